@@ -1,16 +1,16 @@
 r"""Video diffusion of moving digits: joint training on videos and images, prediction, filling in, bits (2204.03458).
 
-Two of scikit-learn's digits, 8 x 8 pixels, bounce off the walls of a frame of 16 x 16; the nearer hides the other. A
-video is a state (1, T, 16, 16). The network is a U-Net for images with attention over frames after each of its blocks
+Two of scikit-learn's digits, 8 x 8 pixels in five grey levels, move two pixels a frame on each axis, bounce off the
+walls of a frame of 16 x 16, and hide each other. A video is a state (1, T, 16, 16). The network is a U-Net on patches
+of 2 x 2 pixels (2207.04316), with a convolution (2209.14792) and attention over frames after each block
 (`ss.networks.VideoNetwork`). It is trained once on videos of 6 frames, pairs of videos of 3 frames, and 6 independent
-images (the condition "clips" masks attention between frames of different clips), and with all frames, the later ones
-or those in between hidden, the other ones being a condition. The one network then gives samples of any length, p(future
-| past), and later frames and frames in between given the others: by its condition, or by `ss.inverse` from the
-unconditional model alone.
+images (the condition "clips" keeps frames of different clips apart), with all frames, the later ones or those in
+between hidden, the others being a condition. The one network then gives samples of any length, p(future | past), and
+later frames and frames in between given the others: by its condition, or by `ss.inverse` from the unconditional model.
 
 Bits per dimension are evidence bounds (2107.00630), with standard errors over test videos of digits not trained on. The
-motion is known: the digits of a predicted frame, located by the best match among all 81 x 81 places, have a distance to
-their true places, which is compared with that of digits that stop moving.
+digits of a predicted frame, located by the best match among all 81 x 81 places, have a distance to their true places,
+which is compared with that of digits that stop moving.
 
     python examples/video.py            # train, predict, print the table, save examples/figures/video.png
     python examples/video.py --small    # seconds: a short training, few videos
@@ -18,6 +18,7 @@ their true places, which is compared with that of digits that stop moving.
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ import scoresde as ss
 
 HERE = Path(__file__).parent
 SIDE, DIGIT, FRAMES, PAST = 16, 8, 6, 3  # pixels of a frame and of a digit; frames of a video, and of its past
-SPAN, TRANSFORM = SIDE - DIGIT, ss.data.Levels(17)
+SPEED, SPAN, LEVELS, TRANSFORM = 2, SIDE - DIGIT, 5, ss.data.Levels(5)  # speed: pixels a frame on each axis
 BEFORE, AROUND = (0, 1, 2), (0, 1, 4, 5)  # frames that are known in prediction and in filling in
 SAMPLER = ss.samplers.PredictorCorrector(ss.samplers.DPMSolverPP(), steps=20)
 
@@ -35,14 +36,13 @@ SAMPLER = ss.samplers.PredictorCorrector(ss.samplers.DPMSolverPP(), steps=20)
 def videos(split, n, seed):
     """Return n videos (n, 1, T, 16, 16) in grey levels, their digits (n, 2, 8, 8), the nearer last, and their places.
 
-    The places (n, T, 2, 2) are row and column of the upper left corner. Speeds are 1 or 2 pixels a frame on each axis.
+    The places (n, T, 2, 2) are row and column of the upper left corner.
     """
     generator = torch.Generator().manual_seed(seed)
-    images = ss.data.Digits(split).images[:, 0]
+    images = (ss.data.Digits(split).images[:, 0] / 16 * (LEVELS - 1)).round()
     digits = images[torch.randint(len(images), (n, 2), generator=generator)]
     phase = torch.randint(2 * SPAN, (n, 1, 2, 2), generator=generator)
-    speed = torch.randint(1, 3, (n, 1, 2, 2), generator=generator)
-    places = SPAN - ((phase + speed * torch.arange(FRAMES)[:, None, None]) % (2 * SPAN) - SPAN).abs()
+    places = SPAN - ((phase + SPEED * torch.arange(FRAMES)[:, None, None]) % (2 * SPAN) - SPAN).abs()
     return drawn(digits[:, None], places)[:, None], digits, places
 
 
@@ -74,14 +74,17 @@ def train(width, steps, n, run):
     torch.manual_seed(0)
     parts = {"label": ss.networks.PositionalEmbedding(width, 100.0), "block": ss.networks.BlockStyle(dropout=0.0)}
     parts["conditions"] = ss.networks.Conditions(cond_channels=2)
-    image = ss.networks.UNet(SIDE, 1, width, multipliers=(1, 2, 2), blocks=1, out_channels=17, **parts)
-    network = ss.networks.LevelHead(ss.networks.VideoNetwork(image, heads=2, clips=True), levels=17, sigma_data=0.85)
+    parts["ends"] = ss.networks.Ends(patch=2)
+    image = ss.networks.UNet(SIDE, 1, width, multipliers=(1,), blocks=1, out_channels=LEVELS, **parts)
+    network = ss.networks.VideoNetwork(image, heads=2, clips=True, kernel=7)
+    network = ss.networks.LevelHead(network, levels=LEVELS, sigma_data=0.85)
     model = ss.ScoreModel(network, ss.VP(), ss.predictions.Denoiser())
-    masks = ss.losses.RandomMasks(box=0, half=0, strokes=0, hidden=1, frames=1)
-    score_matching = ss.losses.DenoisingScoreMatching(ss.losses.KarrasWeighting(sigma_data=0.5, mean=0.0, std=1.4))
-    settings = {"steps": steps, "batch_size": 8, "learning_rate": 3e-3, "warmup": min(100, steps // 4), "ema": 0.99}
+    masks = ss.losses.RandomMasks(box=0, half=0, strokes=0, hidden=1, frames=5)
+    score_matching = ss.losses.DenoisingScoreMatching(ss.losses.KarrasWeighting(sigma_data=0.5, mean=1.2, std=1.4))
+    settings = {"batch_size": 8, "optimizer": partial(torch.optim.Adam, lr=7e-3, fused=True), "ema": 0.98}
     loss = ss.losses.InpaintingObjective(score_matching, masks)
-    return ss.fit(model, mixture(n), run, loss=loss, transform=TRANSFORM, **settings).model
+    warmup = min(100, steps // 4)
+    return ss.fit(model, mixture(n), run, steps=steps, warmup=warmup, loss=loss, transform=TRANSFORM, **settings).model
 
 
 def known(frames):
@@ -132,49 +135,46 @@ def picture(rows):
         for j, frame in enumerate(x[0]):
             cell = canvas[i * side : (i + 1) * side - 1, j * side : (j + 1) * side - 1]
             cell[:] = torch.tensor([0.0, 0.45, 0.7] if j in given else [0.85, 0.85, 0.85])
-            cell[1:-1, 1:-1] = 1 - frame[..., None] / 16
+            cell[1:-1, 1:-1] = 1 - frame[..., None] / (LEVELS - 1)
     return canvas
 
 
 def draw(test, shown, samples, distance, values):
     """Draw the truth and the restored frames of three videos, samples, distances by frame, and bits."""
-    names = {"truth": (test, ()), **shown}
-    figure, axes = plt.subplot_mosaic("abc;dfg", figsize=(7.4, 3.6))
-    for i, key in enumerate("abc"):
-        axes[key].imshow(picture([(x[i], given) for x, given in names.values()]))
-        axes[key].set_yticks(
-            [(SIDE + 3) * (k + 0.5) for k in range(len(names))], names if i == 0 else [""] * len(names)
-        )
-    axes["d"].imshow(picture([(x, ()) for x in samples]))
-    axes["d"].set(title="samples (trained on 6 frames)", yticks=[])
-    for key in "abcd":
-        axes[key].tick_params(length=0, labelbottom=False)
-        axes[key].spines[:].set_visible(False)
+    names, figure = {"truth": (test, ()), **shown}, plt.figure(figsize=(7.4, 4.4))
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.2])
+    videos, charts = top.subplots(1, 3), bottom.subplots(1, 3, width_ratios=[1.5, 1, 1])
+    for i, axes in enumerate(videos):
+        axes.imshow(picture([(x[i], given) for x, given in names.values()]))
+        axes.set_yticks([(SIDE + 3) * (k + 0.5) for k in range(len(names))], names if i == 0 else [""] * len(names))
+    charts[0].imshow(picture([(x, ()) for x in samples]))
+    charts[0].set(title="samples (trained on 6 frames)", yticks=[])
+    for axes in (*videos, charts[0]):
+        axes.tick_params(length=0, labelbottom=False)
+        axes.spines[:].set_visible(False)
     ahead = range(1, FRAMES - PAST + 1)
     for name, (mean, error) in distance.items():
-        axes["f"].errorbar(ahead, mean, error, marker="o", label=name)
-    labels = {"title": "predicted places", "xlabel": "frames ahead", "ylabel": "error (pixels)"}
-    axes["f"].set(xticks=ahead, ylim=(0, None), **labels)
-    axes["f"].legend()
+        charts[1].errorbar(ahead, mean, error, marker="o", label=name)
+    charts[1].set(title="predicted places (pixels)", xlabel="frames ahead", xticks=ahead, ylim=(0, SPAN))
+    charts[1].legend(loc="upper left")
     mean, error = ([getattr(b, key) for b in values.values()] for key in ("mean", "stderr"))
-    axes["g"].barh([name.replace(" as", "\nas").replace(" given", "\ngiven") for name in values], mean, xerr=error)
-    axes["g"].invert_yaxis()
-    axes["g"].set(title="test videos", xlabel="bits/dim")
+    charts[2].barh(range(len(values)), mean, xerr=error, color="C0", alpha=0.4)
+    charts[2].set(title="test videos", xlabel="bits/dim", yticks=[], ylim=(3.5, -0.5))
+    for i, name in enumerate(values):
+        charts[2].text(0.02, i, name.replace(" as", "\nas"), va="center")
     return figure
 
 
 def main(small: bool = False, run: str | None = None) -> dict[str, float]:
-    width, steps, n, tests, draws = (8, 20, 256, 3, 4) if small else (16, 1600, 8192, 48, 16)
+    width, steps, n, tests, draws = (8, 20, 256, 3, 4) if small else (32, 4000, 16384, 48, 16)
     model = train(width, steps, n, run)
     test, digits, places = videos("test", tests, seed=1)
     values = bits(model, test, draws)
-    table = {name: (b.mean, b.stderr) for name, b in values.items()}
     saved = values["future"].per_image - values["future given past"].per_image
+    table = {name: (b.mean, b.stderr) for name, b in values.items()}
     table["saved by the past"] = float(saved.mean()), float(saved.std() / tests**0.5)
-    predicted = {
-        "trained": restored(model, test, BEFORE, "trained"),
-        "MMPS": restored(model, test[: tests // 3 + 2], BEFORE, "mmps", iterations=2),
-    }
+    predicted = {"trained": restored(model, test, BEFORE, "trained")}
+    predicted["MMPS"] = restored(model, test[: tests // 3 + 2], BEFORE, "mmps", iterations=2)
     by_frame = {name: distances(x[:, :, PAST:], digits, places[:, PAST:]) for name, x in predicted.items()}
     by_frame["no motion"] = (places[:, [PAST - 1]] - places[:, PAST:]).float().norm(dim=3).mean(dim=2)
     distance = {name: (d.mean(0), d.std(0) / len(d) ** 0.5) for name, d in by_frame.items()}
@@ -185,7 +185,7 @@ def main(small: bool = False, run: str | None = None) -> dict[str, float]:
     if not small:
         shown = {name: (x, BEFORE) for name, x in predicted.items()}
         shown["filled in"] = restored(model, test[:3], AROUND, "trained"), AROUND
-        samples = [SAMPLER(model, (1, 1, t, SIDE, SIDE), seeds=[i]).x[0] for i, t in enumerate((6, 6, 6, 8, 10))]
+        samples = [SAMPLER(model, (1, 1, t, SIDE, SIDE), seeds=[i]).x[0] for i, t in enumerate((6, 6, 8, 10))]
         with plt.style.context(HERE.parent / "notebooks" / "paper.mplstyle"):
             figure = draw(test, shown, [TRANSFORM.quantise(x) for x in samples], distance, values)
             figure.savefig(HERE / "figures" / "video.png", dpi=150)

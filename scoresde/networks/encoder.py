@@ -25,7 +25,14 @@ from scoresde.networks.embeddings import (
     ShiftedFourierEmbedding,
     TimeEmbedding,
 )
-from scoresde.networks.layers import CONVOLUTIONS, Border, cast_for, check_shape, convolution
+from scoresde.networks.layers import (
+    CONVOLUTIONS,
+    Border,
+    cast_for,
+    check_shape,
+    convolution,
+    patches_to_channels,
+)
 from scoresde.networks.magnitude_layers import MagnitudeLayer
 from scoresde.networks.pooling import AveragePool
 from scoresde.protocols import Condition
@@ -36,6 +43,7 @@ Level = tuple[str, int, bool]
 """A resolution: its name, the number of its channels, and whether its blocks have attention."""
 
 
+@checked
 @dataclass(frozen=True)
 class Ends:
     """How a U-Net reads its state and returns its output.
@@ -49,6 +57,8 @@ class Ends:
         scale_by_sigma: if True, divide the output by the noise label, which must be sigma.
         uncertainty: number of Fourier features of a learned uncertainty of the noise level, see
             `networks.uncertainty`; 0 for none.
+        patch: side of the patches whose pixels become the channels of one position before the input layer, and pixels
+            again after the output layer, for a network of fewer positions (2207.04316); 1 for none.
     """
 
     centered: bool = True
@@ -57,6 +67,7 @@ class Ends:
     output_pyramid: Factory | None = None
     scale_by_sigma: bool = False
     uncertainty: CountOrZero = 0
+    patch: Count = 1
 
 
 PARTS = {"block": BlockStyle, "conditions": Conditions, "ends": Ends}
@@ -147,17 +158,19 @@ class Encoder(nn.Module, Configured):
                 f"a U-Net must have at least one block and one multiplier; got blocks={blocks}, "
                 f"multipliers={list(multipliers)}"
             )
-        self.border = Border(image_size, 1 << (len(multipliers) - 1), pad)
+        self.border = Border(image_size, ends.patch << (len(multipliers) - 1), pad)
         self.shape = (channels, *self.border.sides)
-        self.sizes = [tuple(side >> level for side in self.border.padded) for level in range(len(multipliers))]
+        grid = [side // ends.patch for side in self.border.padded]
+        self.sizes = [tuple(side >> level for side in grid) for level in range(len(multipliers))]
         sides = [size[-1] for size in self.sizes]
         if not set(attention) <= set(sides):
             raise ValueError(
                 f"attention must be at resolutions among {sides}; got {list(attention)}: choose some of these "
                 "resolutions (network.attention=[...] in a configuration)"
             )
-        self.channels, self.ends, self.context_features = channels, ends, conditions.context_width
         dims = len(self.sizes[0])
+        pixels = ends.patch**dims  # of a position
+        self.channels, self.ends, self.context_features = channels * pixels, ends, conditions.context_width
         features = time_features or width * (max(multipliers) if preserves else 4)
         self.style = style = NetworkStyle(
             **vars(block), dims=dims, time_features=features, context_features=conditions.context_width
@@ -168,14 +181,14 @@ class Encoder(nn.Module, Configured):
         else:
             self.time = MagnitudeEmbedding(label, label.features, features, *numbers, block.magnitude.condition)
         self.conditions = [*self.time.cond.parts, *conditions.sequences]
-        inputs = channels * (1 + 2 * len(ends.input_frequencies))
+        inputs = self.channels * (1 + 2 * len(ends.input_frequencies))
         self.input = (
             MagnitudeLayer(dims, inputs, first, constant=True) if preserves else convolution(dims, inputs, first)
         )
         self.image: ImageCondition | None = None
         if cond_channels := conditions.cond_channels:
-            layer = CONVOLUTIONS[dims](cond_channels, first, 3, padding=1, bias=False)
-            self.image = ImageCondition(layer, (cond_channels, *self.border.sides), self.border.add)
+            layer = CONVOLUTIONS[dims](cond_channels * pixels, first, 3, padding=1, bias=False)
+            self.image = ImageCondition(layer, (cond_channels, *self.border.sides), self.positions)
             self.conditions.append("image")
         self.levels: list[Level] = [
             ("x".join(map(str, size)), multiplier * width, size[-1] in attention)
@@ -206,15 +219,19 @@ class Encoder(nn.Module, Configured):
                 skips.append(current)
         return down, skips
 
+    def positions(self, x: Tensor) -> Tensor:
+        """Return images (B, C, *sides) with their border, each patch of pixels as the channels of one position."""
+        return patches_to_channels(self.border.add(x), self.ends.patch)
+
     def encode(
         self, x: Tensor, c_noise: Tensor, cond: Condition
     ) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor | None]:
         """Return the middle's features, the input pyramid's last image, skip connections, time features and context."""
-        check_shape(x, (self.channels, *self.border.sides))
+        check_shape(x, self.shape)
         parts = self.time.named(cond, self.conditions)
         time, context = self.time(c_noise, parts), context_of(parts, len(x), self.context_features)
         context = None if context is None else cast_for(self.input, context)
-        image = self.border.add(x if self.ends.centered else 2 * x - 1)
+        image = self.positions(x if self.ends.centered else 2 * x - 1)
         hidden = self.input(cast_for(self.input, append_fourier_features(image, self.ends.input_frequencies)))
         image = cast_for(self.input, image)
         hidden = hidden if self.image is None else self.image(hidden, parts)

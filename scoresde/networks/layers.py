@@ -97,6 +97,25 @@ class Border:
         return F.pad(x, [-margin for margin in self.margins]) if any(self.margins) else x
 
 
+def patches_to_channels(x: Tensor, patch: int) -> Tensor:
+    """Turn the pixels of patches into channels: (B, C, *sides) to (B, C patch^dims, *(sides / patch)).
+
+    It is `torch.nn.functional.pixel_unshuffle` in any number of dimensions.
+    """
+    dims = x.ndim - 2
+    cells = x.reshape(*x.shape[:2], *(n for side in x.shape[2:] for n in (side // patch, patch)))
+    grid = range(2, 2 + 2 * dims, 2)
+    return cells.permute(0, 1, *(axis + 1 for axis in grid), *grid).flatten(1, 1 + dims)
+
+
+def channels_to_patches(x: Tensor, patch: int) -> Tensor:
+    """Invert `patches_to_channels`: (B, C patch^dims, *grid) to (B, C, *(patch * grid))."""
+    dims = x.ndim - 2
+    cells = x.unflatten(1, (-1, *[patch] * dims))
+    order = [axis for i in range(2, 2 + dims) for axis in (i + dims, i)]
+    return cells.permute(0, 1, *order).reshape(*cells.shape[:2], *(patch * side for side in x.shape[2:]))
+
+
 def check_shape(x: Tensor, shape: Sequence[int]) -> None:
     """Raise ValueError unless the states x have the shape (B, *shape)."""
     if x.shape[1:] != tuple(shape):

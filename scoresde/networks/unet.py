@@ -20,6 +20,7 @@ from scoresde.networks.blocks import Block, BlockStyle, Head, residual_resamplin
 from scoresde.networks.condition_embeddings import Conditions
 from scoresde.networks.embeddings import LabelEmbedding
 from scoresde.networks.encoder import Encoder, Ends, Factory, ResolutionStage
+from scoresde.networks.layers import channels_to_patches
 from scoresde.networks.magnitude_layers import MagnitudeLayer, concatenate
 from scoresde.networks.uncertainty import Uncertainty
 from scoresde.protocols import Condition
@@ -128,7 +129,7 @@ class UNet(Encoder):
             pad,
             time_features,
         )
-        image_channels = out_channels or channels
+        image_channels = (out_channels or channels) * self.ends.patch ** len(self.border.sides)
         self.up = self._build_up(blocks, resample, image_channels)
         finest, finest_width, _ = self.levels[0]
         gives_image = getattr(self.up[finest].pyramid, "gives_image", False)
@@ -164,7 +165,8 @@ class UNet(Encoder):
         for stage in self.up.children():
             skips, own = skips[: -stage.count], skips[-stage.count :]
             hidden, image = stage(hidden, image, time, context, own)
-        output = self.border.remove(image if self.output is None else self.output(hidden))
+        output = channels_to_patches(image if self.output is None else self.output(hidden), self.ends.patch)
+        output = self.border.remove(output)
         if not self.ends.scale_by_sigma:
             return output
         output = at_least_float32(output)

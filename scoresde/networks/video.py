@@ -1,4 +1,4 @@
-"""Networks for videos (B, C, T, *space): a network for images, with attention over frames after each of its blocks.
+"""Networks for videos (B, C, T, *space): a network for images, with layers over frames after each of its blocks.
 
 `VideoNetwork` has the formulas. The layers of the network for images see the B T frames as samples of their own.
 Queries and keys of the attention over frames are rotated by angles proportional to the number of their frame
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from scoresde.arguments import Count, checked
 from scoresde.configured import Configured
@@ -90,18 +91,51 @@ class TemporalAttention(nn.Module):
         return places + self.out(attend(rotated(query), rotated(key), value, mask))
 
 
+class TemporalConvolution(nn.Module):
+    """Add a convolution over the frames at each place, zero at initialisation: (B N, T, width) -> (B N, T, width).
+
+    Frames of other clips and those before the first or after the last frame count as zeros.
+
+    Args:
+        width: number of features of a place.
+        kernel: number of frames that the convolution spans.
+
+    Raises:
+        ValueError: `kernel` is even.
+    """
+
+    def __init__(self, width: int, kernel: int):
+        super().__init__()
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd, so that a frame is the middle of those it reads; got {kernel}")
+        self.kernel, self.norm = kernel, nn.LayerNorm(width)
+        self.weights = linear(kernel * width, width, scale=0.0)
+
+    def forward(self, places: Tensor, together: Tensor) -> Tensor:
+        """Convolve within frames that belong together, (B, T, T)."""
+        frames, reach = places.shape[1], self.kernel // 2
+        hidden, pairs = F.pad(F.silu(self.norm(places)), (0, 0, reach, reach)), F.pad(together, (reach, reach))
+        read = torch.stack([pairs.diagonal(j, 1, 2) for j in range(self.kernel)])[..., None]  # (kernel, B, T, 1)
+        read = read.repeat_interleave(len(places) // len(together), dim=1)
+        neighbours = [hidden[:, j : j + frames] * read[j] for j in range(self.kernel)]
+        return places + self.weights(torch.cat(neighbours, dim=2))
+
+
 class SpaceTimeBlock(nn.Module):
-    """A layer on each of the B T frames, then attention over T frames at each of the N places.
+    """A layer on each of the B T frames, then layers over T frames at each of the N places.
 
     Args:
         spatial: a layer of a network for images, called with states (B T, C, *space) or tokens (B T, N, C), features
             and further arguments.
-        temporal: the attention over frames; None for a layer that only acts on each frame.
+        width: number of features of a place; 0 for a layer that only acts on each frame.
+        heads, kernel: see `VideoNetwork`.
     """
 
-    def __init__(self, spatial: nn.Module, temporal: TemporalAttention | None = None):
+    def __init__(self, spatial: nn.Module, width: int = 0, heads: int = 1, kernel: int = 1):
         super().__init__()
-        self.spatial, self.temporal = spatial, temporal
+        self.spatial = spatial
+        self.convolution = TemporalConvolution(width, kernel) if width and kernel > 1 else None
+        self.temporal = TemporalAttention(width, heads) if width else None
 
     def forward(self, hidden: Tensor, frames: FrameFeatures, *context: Tensor | None) -> Tensor:
         hidden = self.spatial(hidden, frames.features, *context)
@@ -115,38 +149,39 @@ class SpaceTimeBlock(nn.Module):
         is_image = isinstance(self.spatial, Block)
         tokens = hidden.flatten(2).transpose(1, 2) if is_image else hidden  # (B T, N, C)
         places = tokens.unflatten(0, (batch, count)).transpose(1, 2).flatten(0, 1)  # (B N, T, C)
-        attention: Any = self.temporal
-        places = attention(places, together)
+        for layer in (self.convolution, self.temporal):
+            places = places if layer is None else layer(places, together)
         tokens = places.unflatten(0, (batch, -1)).transpose(1, 2).flatten(0, 1)
         return tokens.transpose(1, 2).reshape(hidden.shape).contiguous() if is_image else tokens
 
 
-def attend_over_frames(network: nn.Module, heads: int) -> None:
-    """Put attention over frames after each block of a `UNet` or `DiT` that keeps the resolution, in place."""
+def add_frames(network: nn.Module, heads: int, kernel: int) -> None:
+    """Put layers over frames after each block of a `UNet` or `DiT` that keeps the resolution, in place."""
     for parent in list(network.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, Block):
                 is_resampling = layer.residual.resample is not None
-                width = layer.residual.conv2.get_parameter("weight").shape[0]
-                parent.add_module(
-                    name, SpaceTimeBlock(layer, None if is_resampling else TemporalAttention(width, heads))
-                )
+                width = 0 if is_resampling else layer.residual.conv2.get_parameter("weight").shape[0]
+                parent.add_module(name, SpaceTimeBlock(layer, width, heads, kernel))
             elif isinstance(layer, DiTBlock):
-                parent.add_module(name, SpaceTimeBlock(layer, TemporalAttention(layer.mlp.outer.out_features, heads)))
+                parent.add_module(name, SpaceTimeBlock(layer, layer.mlp.outer.out_features, heads, kernel))
             elif isinstance(layer, FinalLayer):
                 parent.add_module(name, SpaceTimeBlock(layer))
 
 
 @checked
 class VideoNetwork(nn.Module, Configured):
-    """A network for videos (B, C, T, *space): one for images, and attention over frames after each of its blocks.
+    """A network for videos (B, C, T, *space): one for images, with layers over frames after each of its blocks.
 
-    Every layer of the network for images acts on each frame; after a block, every place attends over the frames
-    (factorised space-time attention: 2204.03458, section 3; 2312.06662), for any number T of frames,
+    Every layer of the network for images acts on each frame. After a block, every place reads the other frames, for any
+    number T of frames: by a convolution over neighbouring frames (optional; Make-A-Video, 2209.14792, section 3.2.1),
+    and by attention (factorised space-time attention: 2204.03458, section 3; 2312.06662),
 
-        h (B T, N, C)  <-  spatial block(h)                   N places of each frame
-        h (B N, T, C)  <-  h + W attention(norm(h))           T frames at each place, W = 0 at initialisation.
+        h (B T, N, C)  <-  spatial block(h)                        N places of each frame
+        h (B N, T, C)  <-  h + sum_d W_d silu(norm(h_(t+d)))       T frames at each place; |d| <= kernel / 2
+        h (B N, T, C)  <-  h + W attention(norm(h)).
 
+    W and W_d are zero at initialisation.
     So it starts as the network for images, which may be trained already. The conditions are those of the network for
     images, one for each video; an "image" (B, cond_channels, T, *space) has one for each frame.
 
@@ -158,20 +193,21 @@ class VideoNetwork(nn.Module, Configured):
         clips: if True, the network also takes the condition "clips", integers (B, T): a frame attends to those with the
             same integer, so that a state may hold several videos or single images (2204.03458, section 3.1). Without
             the condition, or in a row of -1 (the null condition), the T frames are one video.
+        kernel: number of frames that the convolution over frames spans, odd; 1 for none.
 
     Raises:
         TypeError: `network` is not a `UNet` or a `DiT`.
-        ValueError: a block has a number of features that is not a multiple of 2 `heads`; in a call, states, "clips" or
-            "image" have another shape.
+        ValueError: a block has a number of features that is not a multiple of 2 `heads`, or `kernel` is even; in a
+            call, states, "clips" or "image" have another shape.
     """
 
     casts_inputs = True
 
-    def __init__(self, network: nn.Module, heads: Count = 4, clips: bool = False):
+    def __init__(self, network: nn.Module, heads: Count = 4, clips: bool = False, kernel: Count = 1):
         super().__init__()
         if not isinstance(network, (UNet, DiT)):
             raise TypeError(f"network must be a UNet or a DiT of scoresde.networks; got {type(network).__name__}")
-        attend_over_frames(network, heads)
+        add_frames(network, heads, kernel)
         self.network: Any = network
         network.add_module("time", FrameEmbedding(network.time))
         self.conditions = [*self.network.conditions, *([CLIPS] if clips else [])]

@@ -53,6 +53,17 @@ def test_a_border_of_zeros_is_added_and_removed(sides, padded):
     assert torch.equal(around[place], x)
 
 
+def test_patches_become_channels_and_pixels_again():
+    """In two dimensions it is PyTorch's pixel unshuffle."""
+    x = normal(2, 3, 4, 6)
+    assert torch.equal(layers.patches_to_channels(x, 2), nn.functional.pixel_unshuffle(x, 2))
+    for sides in ((6,), (3, 9), (3, 6, 9)):
+        x = normal(2, 3, *sides)
+        channels = layers.patches_to_channels(x, 3)
+        assert channels.shape == (2, 3 ** (1 + len(sides)), *(side // 3 for side in sides))
+        assert torch.equal(layers.channels_to_patches(channels, 3), x)
+
+
 def test_a_border_is_refused_unless_it_is_asked_for():
     x = normal(2, 3, 4, 8)
     for pad in (False, True):

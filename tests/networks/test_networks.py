@@ -63,7 +63,7 @@ def points(kinds, **options):
 
 def video(make, *sides, **options):
     """A network for videos of frames with these sides."""
-    return VideoNetwork(make(*sides, **options), heads=2)
+    return VideoNetwork(make(*sides, **options), heads=2, kernel=3)
 
 
 def classifier(*sides, pool, cond_features=3, **style):
@@ -125,6 +125,8 @@ CASES = {
     "text-2d": (case(unet, {**ADM, "channels": 2, "text": TEXT}, 4, 4), (2, 4, 4)),
     "padded-1d": (case(unet, DDPM, 3), (1, 3)),
     "padded-2d": (case(unet, {**NCSNPP, "channels": 3, "cond_channels": 2}, 3, 4), (3, 3, 4)),
+    "patched-2d": (case(unet, {**NCSNPP, "channels": 2, "patch": 2, "cond_channels": 2}, 4, 6), (2, 4, 6)),
+    "patched-edm2": (case(unet, {**EDM2, "channels": 1, "patch": 2}, 4, 4), (1, 4, 4)),
     "classifier-1d": (case(classifier, {"pool": partial(SkipPool, hidden=6, normalise=True)}, 4), (2, 4)),
     "classifier-2d": (case(classifier, {"pool": AttentionPool}, 3, 4), (2, 3, 4)),
     "dit-1d": (case(dit, {}, 8), (2, 8)),
@@ -397,6 +399,10 @@ def test_a_padded_network_is_one_for_the_padded_sides_cropped(make, sides):
 IMAGES = {
     "unet": (lambda channels, out, **more: unet(3, channels=channels, out_channels=out, **DDPM, **more), (2, 3)),
     "unet-pad": (lambda channels, out, **more: unet(3, 4, channels=channels, out_channels=out, **more), (3, 3, 4)),
+    "unet-patch": (
+        lambda channels, out, **more: unet(4, 6, channels=channels, out_channels=out, patch=2, **more),
+        (2, 4, 6),
+    ),
     "dit": (lambda channels, out, **more: dit(3, 5, channels=channels, out_channels=out, **more), (2, 3, 5)),
     "mlp": (lambda channels, _, **more: mlp((channels, 3), **more), (2, 3)),
     "mlp-vectors": (lambda channels, _, **more: mlp(channels, **more), (4,)),

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from scoresde.networks import (
     BlockStyle,
@@ -210,6 +211,19 @@ def test_pyramids_change_the_output(dims, options):
                 parameter.zero_()
             assert difference(network(x, label), output) > 1e-4
         stage.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"input_pyramid": InputSkip, "output_pyramid": OutputSkip}], ids=["", "pyramids"]
+)
+def test_patches_are_channels_of_a_smaller_image(options):
+    """The network of patches is the one of their pixels as channels, with the same weights."""
+    pixels = randomised(small(image_size=(8, 4), channels=2, out_channels=3, attention=(), patch=2, **options))
+    channels = randomised(small(image_size=(4, 2), channels=8, out_channels=12, attention=(), **options))
+    assert pixels.sizes == channels.sizes
+    x, label = inputs(8, 4, channels=2)
+    expected = F.pixel_shuffle(channels(F.pixel_unshuffle(x, 2), label), 2)
+    torch.testing.assert_close(pixels(x, label), expected)
 
 
 @pytest.mark.parametrize("centered", [True, False])

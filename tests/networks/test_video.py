@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from scoresde.networks import DiT, EncoderUNet, UNet, VideoNetwork
-from scoresde.networks.video import TemporalAttention, rotated
+from scoresde.networks.video import TemporalAttention, TemporalConvolution, rotated
 from tests.conftest import close, normal
 from tests.networks.test_layers import difference, randomised
 from tests.networks.test_networks import dit, unet
@@ -17,7 +18,7 @@ TINY = {"channels": 2, "cond_channels": 2, "classes": 3}
 def video(make, **options):
     """A network for videos with random weights."""
     tiny = {"multipliers": (1,), "attention": ()} if make is unet else {"depth": 1}
-    return randomised(VideoNetwork(make(*SIDES, **TINY, **tiny), heads=2, clips=True, **options))
+    return randomised(VideoNetwork(make(*SIDES, **TINY, **tiny), heads=2, clips=True, **{"kernel": 3, **options}))
 
 
 def inputs(frames, batch=2):
@@ -39,7 +40,7 @@ def test_it_starts_as_the_network_for_images(make):
     x, label, cond = inputs(3)
     frames = [images(x[:, :, j], label, {**cond, "image": cond["image"][:, :, j]}) for j in range(3)]
     with torch.no_grad():
-        close(VideoNetwork(images, heads=2).double()(x, label, cond), torch.stack(frames, dim=2), rtol=1e-10)
+        close(VideoNetwork(images, heads=2, kernel=3).double()(x, label, cond), torch.stack(frames, dim=2), rtol=1e-10)
 
 
 @NETWORKS
@@ -94,7 +95,21 @@ def test_rotations_make_products_depend_on_the_distance_of_frames():
     close(rotated(torch.cat([pairs.real, pairs.imag], dim=3)), torch.cat([turned.real, turned.imag], dim=3))
 
 
+def test_the_convolution_over_frames_is_one_of_pytorch_within_a_clip():
+    torch.manual_seed(0)
+    layer, places = randomised(TemporalConvolution(4, 3)), normal(6, 5, 4)
+    together = torch.zeros(2, 5, 5, dtype=torch.bool)
+    together[0], together[1, :2, :2], together[1, 2:, 2:] = True, True, True
+    hidden, weight = F.silu(layer.norm(places)).mT, layer.weights.weight.unflatten(1, (3, 4)).movedim(1, 2)
+    parts = [(slice(0, 3), slice(0, 5)), (slice(3, 6), slice(0, 2)), (slice(3, 6), slice(2, 5))]
+    for rows, frames in parts:
+        update = F.conv1d(hidden[rows, :, frames], weight, layer.weights.bias, padding=1).mT
+        close(layer(places, together)[rows, frames], places[rows, frames] + update, rtol=1e-9)
+
+
 def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="kernel must be odd, so that a frame is the middle of those it reads; got 2"):
+        TemporalConvolution(4, 2)
     with pytest.raises(ValueError, match=r"a multiple of 8, twice the number of heads .*; got 12: change the width"):
         TemporalAttention(12, 4)
     with pytest.raises(TypeError, match=r"network must be a UNet or a DiT of scoresde.networks; got EncoderUNet"):
