@@ -44,8 +44,9 @@ class Lines(tqdm):
     def _line(self) -> str:
         elapsed, done = self.format_dict["elapsed"], self.n - self.initial
         rate = done / elapsed if elapsed else 0.0
+        units = f"{self.unit}{'es' if self.unit.endswith('ch') else 's'}"
         parts = [
-            f"{self.n:,}{'' if self.total is None else f' of {self.total:,}'} {self.unit}s",
+            f"{self.n:,}{'' if self.total is None else f' of {self.total:,}'} {units}",
             f"{rate:.3g} a second",
         ]
         if self.total is not None and rate:

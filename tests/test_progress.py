@@ -30,7 +30,7 @@ def test_a_log_gets_a_line_at_intervals_and_none_before(stderr, monkeypatch):
         pass
     assert log.getvalue() == ""
     monkeypatch.setattr(progress, "INTERVAL", 0.05)
-    bar = progress_bar(title="training", unit="step", shown=True, total=1000, initial=100)
+    bar = progress_bar(title="training", unit="batch", shown=True, total=1000, initial=100)
     with bar:
         for _ in range(20):
             time.sleep(0.01)
@@ -38,7 +38,7 @@ def test_a_log_gets_a_line_at_intervals_and_none_before(stderr, monkeypatch):
             bar.set_postfix({"loss": "0.5"})
     lines = log.getvalue().splitlines()
     assert 2 <= len(lines) <= 5  # 0.2 seconds or more
-    pattern = r"training: 1\d\d of 1,000 steps, [\d.]+ a second, \d+ min left, loss=0.5"
+    pattern = r"training: 1\d\d of 1,000 batches, [\d.]+ a second, \d+ min left, loss=0.5"
     assert all(re.fullmatch(pattern, line) for line in lines)
 
 
