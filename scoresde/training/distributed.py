@@ -11,6 +11,7 @@ fsdp    parameters, gradients, optimiser moments and averages are sharded, and g
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # importing it takes half a second, and only sharded training
 Value = TypeVar("Value")
 PATIENCE = "SCORESDE_PATIENCE"  # environment variable: minutes that a process waits for the others
 DEFAULT_PATIENCE = 7 * 24 * 60.0  # a process that has finished its share waits for the slowest one
+RELEASE = 0.5  # seconds in which Gloo frees the tensors of failed operations
 STRATEGIES = ("ddp", "fsdp")
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)  # they hold the blocks of a network
 
@@ -61,9 +63,11 @@ def processes() -> Iterator[None]:
     minutes = patience()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+    has_ended = False
     try:
         yield
         dist.barrier()  # a process that ends while another still sends would abort that one
+        has_ended = True
     except RuntimeError as error:
         if "Timed out" not in str(error):
             raise
@@ -72,6 +76,10 @@ def processes() -> Iterator[None]:
             "same command to resume"
         ) from error
     finally:
+        if not has_ended:
+            # Gloo frees the tensors of a failed operation in a thread, which needs Python's lock. If this thread, which
+            # has the lock, destroyed the group at that moment, both would wait forever.
+            time.sleep(RELEASE)
         dist.destroy_process_group()
 
 
