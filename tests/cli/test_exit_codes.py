@@ -62,7 +62,7 @@ def test_a_command_leaves_its_process_as_it_was(monkeypatch):
 
 @pytest.mark.slow
 def run_without_a_reader(arguments):
-    """Be `scoresde ARGUMENTS` with a pipe for stdout that nobody reads, to the end of the interpreter."""
+    """Run `scoresde ARGUMENTS`, with stdout in a pipe that has no reader, to the end of the interpreter."""
     reader, writer = os.pipe()
     os.close(reader)
     os.dup2(writer, 1)
