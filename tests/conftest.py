@@ -17,7 +17,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 import scoresde as ss
 from scoresde.samplers.sampler import as_step
 from scoresde.wrappers import as_model
-from tests import composition  # noqa: F401
+from tests import composition  # noqa: F401 (importing it makes commands compose faster)
 
 settings.register_profile("repeatable", derandomize=True)  # new examples: pytest --hypothesis-profile=default
 settings.load_profile("repeatable")

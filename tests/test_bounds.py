@@ -10,7 +10,7 @@ import scoresde as ss
 from scoresde import bounds, losses
 from scoresde.data import Affine, Compose, Levels, Logit
 from scoresde.dequantization import DataMap
-from tests.conftest import DDPM, INSTANCES, close, exact_model, f64, normal, oracle, paths_with, seeded, within
+from tests.conftest import DDPM, INSTANCES, PATHS, close, exact_model, f64, normal, oracle, seeded, within
 from tests.losses.networks import column, with_variance
 
 SHAPES = [(3,), (1, 2, 2)]
@@ -82,7 +82,8 @@ def prior_of(sde, x):
     return kl_divergence(at_end, Normal(f64(0.0), f64(sde.prior_std))).flatten(1).sum(dim=1)
 
 
-@paths_with("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("sde", PATHS)
 def test_the_terms_of_a_gaussian_are_the_closed_integrals(sde, shape):
     """Also where no signal is left at t_max."""
     std, mean, points, copies = 0.6, 0.5, normal(3, *shape), 50

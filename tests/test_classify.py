@@ -36,16 +36,16 @@ def task(shape=(2, 2), sde=LONG, n=40, seed=0):
     return mixture.score_model(sde), x, exact(mixture, sde, x)
 
 
-FLOWS = {"sub-vp": ((3,), 80), "ve": ((1, 2, 2), 60)}  # shape, steps
+FLOWS = {"sub-vp": ((3,), 100), "ve": ((1, 2, 2), 80)}  # shape, steps
 
 
 @pytest.mark.parametrize("path", FLOWS)
 def test_the_flow_gives_the_exact_posterior(path):
     sde, (shape, steps) = PATHS[path], FLOWS[path]
-    model, x, truth = task(shape, sde, n=2)
+    model, x, truth = task(shape, sde, n=4)
     result = ss.classify(model, x, range(3), prior=WEIGHTS, solver=Adams(steps))
     close(result.log_posterior, truth, atol=1e-2, rtol=0)
-    close(result.log_posterior.exp().sum(dim=1), torch.ones(2, dtype=torch.float64))
+    close(result.log_posterior.exp().sum(dim=1), torch.ones(4, dtype=torch.float64))
     assert torch.equal(result.stderr, torch.zeros_like(truth))
     assert result.label.tolist() == truth.argmax(dim=1).tolist()
     assert result.conventions["trace"].startswith("ExactTrace")
@@ -86,13 +86,13 @@ def log_odds(values, covariance, i, j):
 @pytest.mark.parametrize("confidence", [4.0, 1e3])
 def test_log_odds_of_bounds_are_within_their_errors(confidence):
     """Seeds differ, so errors are independent: the mean of error^2 - variance is zero within its standard error."""
-    model, x, truth = task(n=240)
+    model, x, truth = task(n=400)
     result = ss.classify(model, x, range(3), "bound", WEIGHTS, draws=64, rounds=3, confidence=confidence)
     first, second = truth.topk(2).indices.T
     odds, variance = log_odds(result.log_posterior, result.covariance, first, second)
     error = odds - log_odds(truth, result.covariance, first, second)[0]
     excess = (error.square() - variance) / variance.mean()
-    assert float(excess.mean().abs()) < 4 * float(excess.std()) / 240**0.5 < 1
+    assert float(excess.mean().abs()) < 4 * float(excess.std()) / 400**0.5 < 1
     assert float((error.abs() < 3 * variance.sqrt()).double().mean()) > 0.9
 
 

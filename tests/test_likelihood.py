@@ -33,12 +33,10 @@ def check_identity(mixture, sde, x, result, tolerance):
 
 @pytest.mark.parametrize("sde", PATHS)
 def test_likelihood_is_exact_on_every_path(sde):
-    """With many steps on one path; few show an error of another path, whose flow is otherwise the same."""
-    mixture, is_fine = oracle((2, 2)), isinstance(sde, ss.SubVP)
+    mixture = oracle((2, 2))
     x = mixture.sample(8, sde, sde.t_min, seeded())
-    solver = FINE if is_fine else Adams(32, data_scale=1.0)
-    result = ss.log_prob(mixture.score_model(sde), x, trace=ss.ExactTrace(), solver=solver)
-    check_identity(mixture, sde, x, result, 5e-4 if is_fine else 6e-3)
+    result = ss.log_prob(mixture.score_model(sde), x, trace=ss.ExactTrace(), solver=FINE)
+    check_identity(mixture, sde, x, result, 5e-4)
     assert result.status.tolist() == [Status.OK] * 8
     assert torch.equal(result.stderr, torch.zeros(8, dtype=torch.float64))
     assert result.time.tolist() == [sde.t_max] * 8
@@ -62,10 +60,10 @@ def test_likelihood_is_exact_with_every_kind_of_solver(solver, tolerance):
 def test_likelihood_is_exact_at_every_scale_of_the_data(path, scale):
     """Nats per dimension do not depend on the unit of the data, in any variable that a solver integrates."""
     sde, mixture = INSTANCES[path], ss.GaussianMixture(scale * normal(3, 3), scale * f64(0.3, 0.5, 0.2))
-    model, x = mixture.score_model(sde), mixture.sample(4, sde, sde.t_min, seeded())
+    model, x = mixture.score_model(sde), mixture.sample(12, sde, sde.t_min, seeded())
     for solver, tolerance in ((None, 2e-3), (AdaptiveAdams(), 1.5e-2)):
         result = ss.log_prob(model, x, trace=ss.ExactTrace(), solver=solver)
-        assert result.status.tolist() == [Status.OK] * 4
+        assert result.status.tolist() == [Status.OK] * 12
         check_identity(mixture, sde, x, result, tolerance)
 
 
@@ -73,7 +71,7 @@ def test_likelihood_is_exact_for_data_of_two_scales():
     """Clusters of standard deviation 1e-3 and 2e-3 at a distance of 3."""
     mixture = ss.GaussianMixture(torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, 1.0]]), f64(1e-3, 2e-3))
     for sde in (VP, ss.SubVP(), ss.Karras()):
-        x = mixture.sample(6, sde, sde.t_min, seeded())
+        x = mixture.sample(12, sde, sde.t_min, seeded())
         check_identity(mixture, sde, x, ss.log_prob(mixture.score_model(sde), x, trace=ss.ExactTrace()), 1.5e-2)
 
 
@@ -88,8 +86,8 @@ NESTED = {  # position of the means along the diagonal, standard deviations, num
 
 
 # All data on one path, and one of each kind on the others: in its variable u the flow is the same for all of them.
-NESTED_CASES = [*product(["vp"], NESTED), ("sub-vp", "finer-8"), ("ve", "three-scales"), ("ve", "nested")]
-NESTED_CASES += [("rectified", "far-clusters")]
+NESTED_CASES = [*product(["vp"], NESTED), ("sub-vp", "finer-8"), ("ve", "three-scales"), ("rectified", "nested")]
+NESTED_CASES += [("ve", "far-clusters"), ("rectified", "finer-8")]
 
 
 @pytest.mark.filterwarnings("ignore:the noise at t_max")
@@ -102,9 +100,9 @@ def test_likelihood_is_exact_for_nested_and_far_components(path, data):
     """
     sde, (means, stds, dims) = INSTANCES[path], NESTED[data]
     mixture = ss.GaussianMixture(f64(*means)[:, None].expand(-1, dims), f64(*stds))
-    x = mixture.sample(6, sde, sde.t_min, seeded(1))
+    x = mixture.sample(12, sde, sde.t_min, seeded(1))
     result = ss.log_prob(mixture.score_model(sde), x, trace=ss.ExactTrace())
-    assert result.status.tolist() == [Status.OK] * 6
+    assert result.status.tolist() == [Status.OK] * 12
     check_identity(mixture, sde, x, result, 0.02 / dims)
 
 
@@ -148,7 +146,7 @@ def test_samples_of_different_scales_do_not_depend_on_their_batch(solver):
     exact = ss.log_prob(model, x, cond, ss.ExactTrace(), solver)
     value = exact.value - VP.prior_log_prob(exact.latent) + Normal(0, ends[1]).log_prob(exact.latent).sum(dim=1)
     close(value, Normal(0, ends[0]).log_prob(x).sum(dim=1), atol=5e-3, rtol=0)
-    for i in (0, 2) if not isinstance(solver, TorchDiffEq) else ():  # its steps are those of a batch
+    for i in range(4) if not isinstance(solver, TorchDiffEq) else ():  # its steps are those of a batch
         alone = ss.log_prob(model, x[i : i + 1], cond[i : i + 1], trace, solver, seeds=[i])
         close(alone.value[0], together.value[i], rtol=1e-9)
         assert alone.nfe[0] == together.nfe[i]
@@ -158,8 +156,8 @@ def test_samples_of_different_scales_do_not_depend_on_their_batch(solver):
 def test_likelihood_is_exact_for_every_prediction_type(prediction):
     mixture = oracle((3,))
     x = mixture.sample(4, VP, VP.t_min, seeded())
-    result = ss.log_prob(exact_model(mixture, VP, prediction), x, trace=ss.ExactTrace(), solver=Adams(40))
-    check_identity(mixture, VP, x, result, 3e-3)
+    result = ss.log_prob(exact_model(mixture, VP, prediction), x, trace=ss.ExactTrace(), solver=FINE)
+    check_identity(mixture, VP, x, result, 5e-4)
 
 
 def test_a_prior_that_matches_gives_the_exact_density():
@@ -229,11 +227,11 @@ def unet():
 
 ADAPTIVE = AdaptiveAdams(1e-2, max_step=0.5)  # samples take different steps
 BATCHED = [
-    (Adams(8), ss.Hutchinson(2)),
+    (Adams(24), ss.Hutchinson(2)),
     (ADAPTIVE, ss.Hutchinson(2)),
     (ADAPTIVE, ss.Hutchinson(resample=False)),
     (ADAPTIVE, ss.ExactTrace()),
-    (RungeKutta("rk4", 2), ss.Hutchinson()),
+    (RungeKutta("rk4", 8), ss.Hutchinson()),
 ]
 
 
@@ -354,17 +352,10 @@ def test_inference_mode_changes_nothing(solver, trace):
 
 def test_bits_and_samples_in_inference_mode():
     model = oracle((1, 2, 2)).score_model(VP)
-    few = {"solver": Adams(8)}
-    outside = (
-        ss.bits_per_dim(model, LEVELS, Levels(8), start="perturb", **few),
-        ss.sample_with_log_prob(model, x_T=X_T, **few)[0],
-    )
+    outside = ss.bits_per_dim(model, LEVELS, Levels(8), start="perturb"), ss.sample_with_log_prob(model, x_T=X_T)[0]
     with torch.inference_mode():
         levels, z = LEVELS.clone(), X_T.clone()
-        inside = (
-            ss.bits_per_dim(model, levels, Levels(8), start="perturb", **few),
-            ss.sample_with_log_prob(model, x_T=z, **few)[0],
-        )
+        inside = ss.bits_per_dim(model, levels, Levels(8), start="perturb"), ss.sample_with_log_prob(model, x_T=z)[0]
     assert torch.equal(inside[0].per_image, outside[0].per_image)
     assert torch.equal(inside[1], outside[1])
 
@@ -478,10 +469,11 @@ def test_with_dequantisation_the_value_is_the_bound_of_bits_per_dim():
 
 @pytest.mark.parametrize("sde", [VP, ss.VE(), ss.Rectified()], ids=str)
 def test_encode_and_decode_are_inverse(sde):
-    mixture, few = oracle((1, 4, 4)), {"solver": Adams(8)}
-    model, x = mixture.score_model(sde), mixture.sample(2, sde, sde.t_min, seeded())
-    close(ss.decode(model, ss.encode(model, x)), x, atol=2e-3, rtol=0)
-    close(ss.encode(model, x, **few), ss.log_prob(model, x, seeds=range(2), **few).latent)
+    mixture = oracle((1, 4, 4))
+    model, x = mixture.score_model(sde), mixture.sample(4, sde, sde.t_min, seeded())
+    latent = ss.encode(model, x)
+    close(latent, ss.log_prob(model, x, seeds=range(4)).latent)
+    close(ss.decode(model, latent), x, atol=2e-3, rtol=0)
 
 
 def test_the_error_of_a_round_trip_is_reported_and_falls_with_the_steps():
@@ -495,13 +487,11 @@ def test_the_error_of_a_round_trip_is_reported_and_falls_with_the_steps():
 
 def test_the_dtype_of_a_latent_is_that_of_the_state_if_it_has_one():
     model, x = oracle((3,)).score_model(VP), torch.tensor([[1, 0, -1]])
-    few = {"solver": Adams(8)}
-    exact = ss.encode(model, x.double(), **few)
-    close(ss.encode(model, x, **few), exact)
-    close(ss.log_prob(model, x, **few).latent, exact)
-    half = ss.encode(model, x.half(), **few)
-    assert half.dtype == torch.float16
-    close(half.double(), exact, rtol=1e-3, atol=1e-3)
+    exact = ss.encode(model, x.double())
+    close(ss.encode(model, x), exact)
+    close(ss.log_prob(model, x).latent, exact)
+    assert ss.encode(model, x.half()).dtype == torch.float16
+    close(ss.encode(model, x.half()).double(), exact, rtol=1e-3, atol=1e-3)
 
 
 def test_samples_and_their_log_probability_in_one_solve():
@@ -576,11 +566,11 @@ TRAINED = Path(__file__).parents[1] / "notebooks" / "checkpoints"
 
 @pytest.mark.slow
 def test_the_converged_values_of_a_trained_network_are_reproduced():
-    """The reference has the exact trace in float64; 24 steps have an error of 2e-3 bits/dim."""
+    """The reference has the exact trace in float64; 40 steps have an error of about 1e-3 bits/dim."""
     model = ss.convert.score_sde(TRAINED / "digits_vp.pth").model
     reference = np.load(TRAINED / "digits_vp.reference.npz")
     x, expected = (torch.from_numpy(reference[key])[:1] for key in ("dequantised", "log_prob"))
-    result = ss.log_prob(model, x.float(), trace=ss.ExactTrace(), solver=Adams(24))
+    result = ss.log_prob(model, x.float(), trace=ss.ExactTrace(), solver=Adams(40))
     assert ((result.value - expected) / (64 * math.log(2))).abs().max() < 3e-3
 
 

@@ -56,7 +56,7 @@ def seeds_only(draw):
 def test_the_stated_error_is_calibrated(tolerance, skewed):
     """The mean square of error / stated error is 1, within 4.5 of its standard errors plus the caution of the bias."""
     squares, signed = [], []
-    for seed in range(30):
+    for seed in range(50):
         case = Synthetic(seed, skewed=skewed)
         found = estimate(case.levels(), tolerance, N, seed=seed)
         signed.append(float((found.mean - case.truth) / found.error))

@@ -154,7 +154,7 @@ def test_the_bits_of_independent_levels_are_their_entropy(dtype):
     Both the likelihood of the flow, up to the smoothing of levels by the noise at t_min, and the evidence bound.
     """
     prior = f64(0.6, 0.3, 0.05, 0.03, 0.02)
-    levels = 250 + torch.multinomial(prior, 16 * 4, replacement=True, generator=seeded()).reshape(16, 4, 1)
+    levels = 250 + torch.multinomial(prior, 32 * 4, replacement=True, generator=seeded()).reshape(32, 4, 1)
     logits = torch.full((4, 256), -30.0)
     logits[:, 250:255] = prior.log()
     network = Logits(torch.nn.Parameter(logits.to(dtype)))

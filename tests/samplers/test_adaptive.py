@@ -153,8 +153,8 @@ def test_noise_drawn_anew_after_a_rejection_would_be_biased(monkeypatch):
 
 @pytest.mark.parametrize(("shape", "dtype"), [((3,), torch.float32), ((1, 2, 2), torch.float64)])
 def test_a_sample_does_not_depend_on_its_batch(shape, dtype):
-    model, sampler, seeds = oracle(shape).score_model(ss.VP()), ErrorControlled(), [11, 5, 8]
-    together = sampler(model, shape=(3, *shape), seeds=seeds, dtype=dtype)
+    model, sampler, seeds = oracle(shape).score_model(ss.VP()), ErrorControlled(), [11, 5, 8, 3]
+    together = sampler(model, shape=(4, *shape), seeds=seeds, dtype=dtype)
     assert together.x.dtype == dtype
     alone = [sampler(model, shape=(1, *shape), seeds=[seed], dtype=dtype) for seed in seeds]
     close(together.x, torch.cat([one.x for one in alone]), rtol=1e-5, atol=1e-5)

@@ -90,7 +90,7 @@ def test_no_steps_leave_the_formula_bit_for_bit():
     assert solver.table.notes["rms"] == solver.table.notes["formula_rms"]
 
 
-@pytest.mark.parametrize("sde", some("ve", "ddpm", "zero-snr-vp"))
+@pytest.mark.parametrize("sde", some("sub-vp", "ve", "ddpm", "rectified", "zero-snr-vp"))
 def test_a_solver_is_learned_on_other_paths(sde):
     model, method = oracle((2,)).score_model(sde), samplers.AngularAdams()
     solver = samplers.learn(model, 3, settings=FEW, start=method)

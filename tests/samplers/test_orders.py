@@ -32,7 +32,7 @@ for other data the weak order may be lower.
 
 import math
 from functools import cache
-from itertools import cycle, pairwise
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -56,10 +56,9 @@ MIXTURE = ss.GaussianMixture(f64([1.0, -0.4], [-0.6, 0.8]), f64([0.5, 0.3], [0.4
 STARTS = np.array([[1.0, -0.5], [-0.3, 1.2], [0.2, 0.1], [-1.4, -0.8]]) * math.exp(-FIRST)
 
 
-def on_one_or_two_paths(names):
-    """Every method on one path, and one of each class on another, in turn: most methods only see points of a path."""
-    others = cycle([id_ for id_, sde in PATHS.items() if sde is not PATH])
-    cases = [(name, "sub-vp") for name in names] + list(zip(representatives(names), others, strict=False))
+def on_one_or_all_paths(names):
+    """Every method on one path, and one of each class on the others: most methods only see points of a path."""
+    cases = [(name, id_) for id_, sde in PATHS.items() for name in (names if sde is PATH else representatives(names))]
     return pytest.mark.parametrize(("name", "path"), cases)
 
 
@@ -112,7 +111,7 @@ def strong_order(step, sde, grid=in_lambda, steps=STEPS):
     return order(steps, [error(step, sde, grid(n)) for n in steps])
 
 
-@on_one_or_two_paths([name for name, method in METHODS.items() if method.order and not method.level])
+@on_one_or_all_paths([name for name, method in METHODS.items() if method.order and not method.level])
 def test_strong_order(name, path):
     method = METHODS[name]
     assert method.order == strong_order(method.step, PATHS[path], steps=MANY if method.many else STEPS)
@@ -181,7 +180,7 @@ def test_the_exact_reverse_process_is_a_semigroup_and_bayes_rule(level):
     assert reverse(sde, a, b, 1.0)[0] == pytest.approx(posterior)
 
 
-@on_one_or_two_paths([name for name, method in METHODS.items() if method.order and method.level and not method.many])
+@on_one_or_all_paths([name for name, method in METHODS.items() if method.order and method.level and not method.many])
 def test_weak_order(name, path):
     check_weak_order(METHODS[name], PATHS[path], WEAK)
 

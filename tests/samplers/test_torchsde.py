@@ -122,7 +122,7 @@ def test_samples_have_the_law_of_a_gaussian(method):
     sde, shape, n = ss.VP(t_min=1e-2), (1, 50, 100), 10_000
     mixture = ss.GaussianMixture(torch.full((1, *shape), 0.7), torch.tensor([0.4]))
     x_T = mixture.sample(2, sde, sde.t_max, generator=seeded(2))
-    x = TorchSDE(method, 60)(mixture.score_model(sde), x_T=x_T, seeds=[3, 4]).x.flatten()
+    x = TorchSDE(method, 100)(mixture.score_model(sde), x_T=x_T, seeds=[3, 4]).x.flatten()
     alpha, variance = sde.alpha(f64(1e-2)), (0.4 * sde.alpha(f64(1e-2))) ** 2 + sde.sigma(f64(1e-2)) ** 2
     z = (x - 0.7 * alpha) / variance.sqrt()
     assert float(z.mean()) == pytest.approx(0, abs=4.5 / n**0.5)
